@@ -1,0 +1,1 @@
+"""Runner plugin: models that come in pip packages."""

@@ -1,0 +1,1 @@
+"""Runner plugin: models from files on this machine."""
