@@ -1,0 +1,1 @@
+"""The HTTP server: the only part of Runner that knows Litestar and uvicorn."""
