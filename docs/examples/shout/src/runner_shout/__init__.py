@@ -1,0 +1,1 @@
+"""A backend for Runner that says it louder."""
