@@ -47,7 +47,7 @@ def test_run_answers_and_starts_a_daemon_saying_so(lone_home: dict[str, str]) ->
     assert "Paris" in run.stdout
     assert "daemon" in run.stderr
     assert len(run.stderr.splitlines()) == 1
-    again = run_cli("run", MODEL, "Say hi.", environment=lone_home)
+    again = run_cli("run", *GREEDY, MODEL, "Say hi.", environment=lone_home)
     assert again.stdout.strip()
     assert again.stderr == ""
 
@@ -67,7 +67,7 @@ def test_two_commands_at_once_start_one_daemon(lone_home: dict[str, str]) -> Non
 
 
 def test_stop_ends_the_daemon_and_its_workers(lone_home: dict[str, str]) -> None:
-    run_cli("run", MODEL, "Say hi.", environment=lone_home)
+    run_cli("run", *GREEDY, MODEL, "Say hi.", environment=lone_home)
     rows = json.loads(run_cli("ps", "--json", environment=lone_home).stdout)
     worker = psutil.Process(rows[0]["pid"])
     assert run_cli("stop", environment=lone_home).returncode == 0
@@ -150,7 +150,7 @@ def test_detach_loads_the_model_and_says_nothing_else(daemon: Daemon) -> None:
 
 
 def test_logs_show_the_daemon_and_the_engine(daemon: Daemon) -> None:
-    daemon.cli("run", MODEL, "hi")
+    daemon.cli("run", *GREEDY, MODEL, "hi")
     assert "POST" in daemon.cli("logs", "--no-engines").stdout
 
 
@@ -193,7 +193,7 @@ def test_a_chat_on_a_terminal_answers_until_bye(daemon: Daemon) -> None:
     try:
         until("/bye")
         until("> ")
-        os.write(leader, b"What is the capital of France?\r")
+        os.write(leader, FRANCE.encode() + b"\r")
         until("Paris")
         os.write(leader, b"/bye\r")
         assert process.wait(15) == 0

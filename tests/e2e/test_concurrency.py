@@ -13,6 +13,8 @@ import pytest
 from runner.testing.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from runner.testing.daemon import Daemon
 
 pytestmark = pytest.mark.model
@@ -56,13 +58,16 @@ def test_eight_streams_progress_together(daemon: Daemon) -> None:
 
 
 def test_clients_that_leave_free_their_sequences_at_once(daemon: Daemon) -> None:
+    streams: list[Iterator[str]] = []
     with ExitStack() as stack:
         for number in range(8):
             body = essay(f"the letter {number}", max_tokens=2000)
             response = stack.enter_context(
                 httpx.stream("POST", f"{daemon.url}/v1/chat/completions", json=body, timeout=60)
             )
-            next(response.iter_lines())
+            # Kept: httpx closes the response of an iterator that is thrown away.
+            streams.append(response.iter_lines())
+            next(streams[-1])
         wait_until(lambda: daemon.ps()[0]["sequences"] == 8, timeout_s=20)
     wait_until(lambda: daemon.ps()[0]["sequences"] == 0, timeout_s=2)
 

@@ -43,7 +43,8 @@ def test_a_killed_worker_fails_its_stream_and_the_next_request_works(fresh_daemo
 def test_a_killed_daemon_leaves_no_process_and_the_next_one_starts(fresh_daemon: Daemon) -> None:
     url = f"{fresh_daemon.url}/engines/v1/chat/completions"
     with httpx.stream("POST", url, json=essay(), timeout=60) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()
+        next(lines)
         worker = fresh_daemon.worker()
         fresh_daemon.process.kill()
         fresh_daemon.process.wait()
