@@ -163,7 +163,7 @@ def one_stream(target: Target, topic: str, tokens: int) -> int:
     """Generate, streamed, and return how many tokens came."""
     body = {
         "model": target.model,
-        "messages": [{"role": "user", "content": f"Write a long essay about {topic}."}],
+        "messages": [{"role": "user", "content": f"{topic}: write a long essay about it."}],
         "max_tokens": tokens,
         "temperature": 0.8,
         "seed": 7,
@@ -181,12 +181,12 @@ def one_stream(target: Target, topic: str, tokens: int) -> int:
     return completion_tokens
 
 
-def tokens_per_second(target: Target, streams: int, tokens: int) -> float:
+def tokens_per_second(target: Target, streams: int, tokens: int, variant: int) -> float:
+    """Generate ``streams`` at once; ``variant`` makes prompts that no server has cached."""
+    topics = [f"{variant} {topic}" for topic in TOPICS.split()[:streams]]
     with ThreadPoolExecutor(streams) as pool:
         start = time.perf_counter()
-        counts = list(
-            pool.map(lambda topic: one_stream(target, topic, tokens), TOPICS.split()[:streams])
-        )
+        counts = list(pool.map(lambda topic: one_stream(target, topic, tokens), topics))
     assert counts == [tokens] * streams, f"{target.name} generated {counts}"
     return sum(counts) / (time.perf_counter() - start)
 
@@ -194,10 +194,13 @@ def tokens_per_second(target: Target, streams: int, tokens: int) -> float:
 def measure(ours: Target, streams: int, *, rounds: int, tokens: int, threads: int) -> Row:
     with peer_server(streams, threads) as peer:
         for target in (ours, peer):
-            tokens_per_second(target, streams, 16)
+            tokens_per_second(target, streams, 16, -1)
         pairs = [
-            (tokens_per_second(ours, streams, tokens), tokens_per_second(peer, streams, tokens))
-            for _ in range(rounds)
+            (
+                tokens_per_second(ours, streams, tokens, number),
+                tokens_per_second(peer, streams, tokens, number),
+            )
+            for number in range(rounds)
         ]
     ratios = [a / b for a, b in pairs]
     return Row(

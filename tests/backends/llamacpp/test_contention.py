@@ -36,7 +36,7 @@ def test_a_busy_neighbour_costs_a_thread_and_its_end_gives_it_back() -> None:
     governor = ThreadGovernor(2, world.read)
     world.run(governor, seconds=1, waited=0.01, idle=0.0)
     assert governor.n_threads == 2
-    world.run(governor, seconds=2 * INTERVAL_S, waited=0.7, idle=0.0)
+    world.run(governor, seconds=3 * INTERVAL_S, waited=0.7, idle=0.0)
     assert governor.n_threads == 1
     world.run(governor, seconds=5, waited=0.0, idle=0.0)
     assert governor.n_threads == 1
@@ -47,7 +47,7 @@ def test_a_busy_neighbour_costs_a_thread_and_its_end_gives_it_back() -> None:
 def test_several_neighbours_cost_several_threads_but_never_the_last() -> None:
     world = World()
     governor = ThreadGovernor(8, world.read)
-    world.run(governor, seconds=0.45, waited=3.0, idle=0.0)
+    world.run(governor, seconds=0.65, waited=3.0, idle=0.0)
     assert governor.n_threads == 5
     world.run(governor, seconds=5, waited=3.0, idle=0.0)
     assert governor.n_threads == 1

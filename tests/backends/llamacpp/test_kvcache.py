@@ -48,6 +48,7 @@ def _cache(memory: MemoryModel, **changes: object) -> KvCache:
         "most_idle": 1024,
         **changes,
     }
+    options.setdefault("alignment", ALIGNMENT)
     return KvCache(memory, **options)  # type: ignore[arg-type]  # a dict of the right types
 
 

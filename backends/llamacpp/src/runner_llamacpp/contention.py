@@ -23,7 +23,11 @@ __all__ = ["Load", "ThreadGovernor", "read_load"]
 INTERVAL_S = 0.2
 #: Seconds per second that our threads wait for a processor, together: 0.01 undisturbed, 0.7 beside
 #: one busy thread.
-CONTENDED = 0.35
+CONTENDED = 0.4
+#: Looks in a row that must find it so, as a burst of new clients is not worth a thread; and from how
+#: much on one look is enough, because steps are then so slow that the next one is far away.
+PERSISTENT = 2
+HOPELESS = 0.6
 #: Idle processors that let us take back a thread: one, less what the daemon and its clients use.
 IDLE = 0.7
 #: How long they have to stay idle. Doubled, up to the longest, when taking it back was a mistake.
@@ -75,6 +79,7 @@ class ThreadGovernor:
         self._n_max = n_max
         self._read = read
         self._last: Load | None = None
+        self._n_contended = 0
         self._idle_since: float | None = None
         self._raised_at = float("-inf")
         self._patience_s = PATIENCE_S
@@ -94,7 +99,7 @@ class ThreadGovernor:
             return False
         # The first look, or the first after a rest, has nothing to compare with.
         if before is None or not 0 < load.at - before.at < 10 * INTERVAL_S:
-            self._idle_since = None
+            self._idle_since, self._n_contended = None, 0
             return False
         span = load.at - before.at
         waited = (load.waited_s - before.waited_s) / span
@@ -102,8 +107,11 @@ class ThreadGovernor:
         return self._give_up(waited, load.at) or self._take_back(idle, load.at)
 
     def _give_up(self, waited: float, now: float) -> bool:
-        if self.n_threads == 1 or waited < CONTENDED:
+        self._n_contended = self._n_contended + 1 if waited >= CONTENDED else 0
+        is_clear = waited >= HOPELESS or self._n_contended >= PERSISTENT
+        if self.n_threads == 1 or not is_clear:
             return False
+        self._n_contended = 0
         if now - self._raised_at < 2 * self._patience_s:
             self._patience_s = min(2 * self._patience_s, LONGEST_PATIENCE_S)
         else:

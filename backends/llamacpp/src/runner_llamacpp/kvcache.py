@@ -19,10 +19,12 @@ __all__ = ["KvCache", "Resident", "SequenceMemory", "affordable_idle_cells"]
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: A prompt is cut for reuse at a multiple of this. Evaluated again from there in the same chunks,
-#: it gives the same logits to the last bit as when it was evaluated whole (measured for Q4_1 and
-#: Q8_0 weights; at other places they differ by noise).
+#: Where attention is fused, a prompt is cut for reuse at a multiple of this. Evaluated again from
+#: there in the same chunks, it gives the same logits to the last bit as when it was evaluated whole
+#: (measured for Q4_1 and Q8_0 weights; at other places they differ by noise).
 ALIGNMENT = 128
+#: Fewer common tokens than this are not worth sharing.
+_FEWEST = 8
 
 
 class SequenceMemory(Protocol):
@@ -58,6 +60,7 @@ class KvCache:
 
     :param n_swa: sliding window of the model, 0 for none. Beyond the window those layers forget.
     :param can_cut: whether a sequence can be shortened (a recurrent state cannot).
+    :param alignment: see :data:`ALIGNMENT`; 1 cuts a prompt anywhere.
     :param most_idle: cells that finished sequences may keep for reuse, beside those of the one that
         finished last; None keeps nothing. See :func:`affordable_idle_cells`.
     """
@@ -70,6 +73,7 @@ class KvCache:
         n_sequences: int,
         n_swa: int,
         can_cut: bool,
+        alignment: int,
         most_idle: int | None,
     ) -> None:
         self._memory = memory
@@ -77,6 +81,7 @@ class KvCache:
         self._free_ids = list(range(n_sequences - 1, -1, -1))
         self._n_swa = n_swa
         self._can_cut = can_cut
+        self._alignment = alignment
         self._most_idle = most_idle if can_cut else None
         self._running: dict[int, Resident] = {}
         #: By sequence id, least recently used first.
@@ -114,6 +119,11 @@ class KvCache:
                 return self._take_over(donor, self._usable(donor, n_common), n_prompt)
             # Not to be the one that is given up for the new one's id.
             self._idle[donor.seq_id] = self._idle.pop(donor.seq_id)
+        # Every idle cell slows the others down: the one that finished last was kept for its next
+        # turn, and this is another conversation.
+        while self._idle and self._n_idle > (self._most_idle or 0):
+            if not self._evict_other_than(donor):
+                break
         if not self._free_ids:
             self.evict_one()
         resident = Resident(self._free_ids.pop(), n_prompt)
@@ -177,6 +187,13 @@ class KvCache:
     def _n_idle(self) -> int:
         return self._ledger.n_cells - self._ledger.n_free - self._ledger.n_running
 
+    def _evict_other_than(self, donor: Resident | None) -> bool:
+        for seq_id, resident in self._idle.items():
+            if resident is not donor:
+                self._forget(self._idle.pop(seq_id), is_running=False)
+                return True
+        return False
+
     def _forget(self, resident: Resident, *, is_running: bool) -> None:
         self._memory.remove(resident.seq_id)
         self._ledger.release(resident.cells, is_running=is_running)
@@ -197,12 +214,16 @@ class KvCache:
     def _usable(self, donor: Resident, n_common: int) -> int:
         """How much of a common beginning may be reused.
 
-        Within the donor's prompt it is cut to :data:`ALIGNMENT`; behind that the donor's answer was
+        Within the donor's prompt it is cut to the alignment; behind that the donor's answer was
         evaluated token by token, which no cut makes exact, so all of it is taken. With a sliding
         window llama.cpp *says* it can go back to any position, and computes nonsense when the
         window before that position is gone: hence the look at the first position.
         """
-        n = n_common if n_common > donor.n_prompt else n_common // ALIGNMENT * ALIGNMENT
+        n = n_common
+        if n <= donor.n_prompt:
+            n = n // self._alignment * self._alignment
+        if n < _FEWEST:
+            return 0
         if n and self._n_swa:
             first = self._memory.first_position(donor.seq_id)
             if not 0 <= first <= max(0, n - self._n_swa):
@@ -237,14 +258,15 @@ class KvCache:
             resident.cells, resident.tokens = array("i"), array("i")
 
 
-def affordable_idle_cells(weight_bytes: int, n_layers: int, n_heads: int) -> int:
+def affordable_idle_cells(weight_bytes: int, n_layers: int, n_heads: int, *, is_fused: bool) -> int:
     """Idle cells that slow decoding down by some 3 %.
 
     In a unified cache attention passes over every cell, to find it masked: 1.3 ns for each layer
-    and head (measured on a 2.6 GHz Xeon), beside reading the weights once, at some 10 GB/s.
+    and head where it is fused, 12 ns where it is not and masks what it has computed (measured on a
+    2.6 GHz Xeon), beside reading the weights once, at some 10 GB/s.
     """
     token_s = weight_bytes / 10e9
-    cell_s = 1.3e-9 * max(n_layers * n_heads, 1)
+    cell_s = (1.3e-9 if is_fused else 12e-9) * max(n_layers * n_heads, 1)
     return int(0.03 * token_s / cell_s)
 
 

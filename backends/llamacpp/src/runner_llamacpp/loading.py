@@ -10,7 +10,7 @@ from runner_llamacpp.contention import ThreadGovernor
 from runner_llamacpp.embedding import EncoderEngine
 from runner_llamacpp.engine import GenerationEngine
 from runner_llamacpp.intake import Intake
-from runner_llamacpp.kvcache import KvCache, affordable_idle_cells
+from runner_llamacpp.kvcache import ALIGNMENT, KvCache, affordable_idle_cells
 from runner_llamacpp.memory import flash_attention, n_outputs
 from runner_llamacpp.native import NativeContext, NativeModel, lib, native_log
 from runner_llamacpp.prompts import Prompts, read_template
@@ -94,13 +94,16 @@ def _open_generator(
             f'"{model.header.architecture}"'
         )
     context_size = min(placement.context_size, context.n_cells)
+    is_fused = flash_attention(options, native.n_heads, placement.kv_cells) != "off"
     cache = KvCache(
         context,
         n_cells=context.n_cells,
         n_sequences=placement.max_sequences,
         n_swa=native.n_swa,
         can_cut=native.has_partial_memory,
-        most_idle=_most_idle(model, native) if options.prefix_cache else None,
+        # Without fused attention no cut is exact, so none is worth evaluating more for.
+        alignment=ALIGNMENT if is_fused else 1,
+        most_idle=_most_idle(model, native, is_fused=is_fused) if options.prefix_cache else None,
     )
     template = read_template(model.paths("chat_template"), native.chat_template)
     intake = Intake(
@@ -144,8 +147,10 @@ def _open_encoder(
     )
 
 
-def _most_idle(model: Model, native: NativeModel) -> int:
-    return affordable_idle_cells(model.header.tensor_bytes, native.n_layers, native.n_heads)
+def _most_idle(model: Model, native: NativeModel, *, is_fused: bool) -> int:
+    return affordable_idle_cells(
+        model.header.tensor_bytes, native.n_layers, native.n_heads, is_fused=is_fused
+    )
 
 
 def _no_pooling(model: Model) -> int:
