@@ -47,7 +47,7 @@ def test_a_busy_neighbour_costs_a_thread_and_its_end_gives_it_back() -> None:
 def test_several_neighbours_cost_several_threads_but_never_the_last() -> None:
     world = World()
     governor = ThreadGovernor(8, world.read)
-    world.run(governor, seconds=0.65, waited=3.0, idle=0.0)
+    world.run(governor, seconds=0.3, waited=3.0, idle=0.0)
     assert governor.n_threads == 5
     world.run(governor, seconds=5, waited=3.0, idle=0.0)
     assert governor.n_threads == 1

@@ -24,8 +24,8 @@ INTERVAL_S = 0.2
 #: Seconds per second that our threads wait for a processor, together: 0.01 undisturbed, 0.7 beside
 #: one busy thread.
 CONTENDED = 0.4
-#: Looks in a row that must find it so, as a burst of new clients is not worth a thread; and from how
-#: much on one look is enough, because steps are then so slow that the next one is far away.
+#: Looks in a row that must find it so, as a burst of new clients is not worth a thread; and from
+#: how much on one look is enough, because steps are then so slow that the next is far away.
 PERSISTENT = 2
 HOPELESS = 0.6
 #: Idle processors that let us take back a thread: one, less what the daemon and its clients use.
