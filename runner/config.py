@@ -95,6 +95,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     #: ``RUNNER_MEMORY_LIMIT`` (bytes).
     memory_limit_bytes: Bytes | None = None
 
+    #: Tables ``[backends."<name>"]``: ``context_size``, ``max_sequences``, the backend's options.
+    backends: dict[str, dict[str, Any]] = {}
+
     #: Load only these plugins; None loads all. ``RUNNER_PLUGINS`` (comma-separated).
     plugins_allow: tuple[str, ...] | None = None
     #: Never load these. ``RUNNER_PLUGINS_BLOCK``.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 import msgspec
 
-from runner.api.backend import LoadConfig
 from runner.api.errors import RequestError
 from runner.api.requests import EngineRequest
 from runner.config import parse_duration
@@ -62,7 +61,7 @@ async def plan(services: Services, *, reference: str, named: str | None, mode: M
 
     model = await anyio.to_thread.run_sync(load)
     backend: Backend = await services.catalog.select(model, mode=mode, named=named)
-    config = LoadConfig(options=backend.info.options())
+    config = services.load_configs[backend.info.name]
     spec = LoadSpec(
         key=load_key(backend.info.name, backend.version, model.id, config),
         backend=backend.info.name,

@@ -19,6 +19,7 @@ from runner.scheduler.backends import BackendCatalog
 from runner.scheduler.effects import WorkerEffects
 from runner.server.journal import ENGINE_LOGGER
 from runner.server.listing import Listings
+from runner.server.load_config import load_config
 from runner.store import ModelStore
 from runner.worker.environment import worker_environment
 from runner.worker.probe import probe_backend
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from runner.plugins import Backend
 
 __all__ = ["Services", "open_services", "services_of"]
+
+log = logging.getLogger(__name__)
 
 #: Pulls that run at the same time; others wait.
 MAX_PULLS = 2
@@ -57,6 +60,11 @@ class Services:
         self.store = store
         self.scheduler = scheduler
         self.version = __version__
+        #: How each backend was configured to load models, by its name.
+        self.load_configs = {
+            name: load_config(backend.info, settings.backends.get(name, {}))
+            for name, backend in plugins.backends.items()
+        }
         self.listings = Listings(store)
         self.pulls = anyio.CapacityLimiter(MAX_PULLS)
 
@@ -73,6 +81,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     :raises StoreLocked: another daemon owns the store.
     """
     plugins = Plugins.load(settings)
+    for name in settings.backends.keys() - plugins.backends.keys():
+        log.warning("config.toml: [backends.%r] is of no use: no such backend is active", name)
     open_store = partial(ModelStore.open, settings.models_path, sources=plugins.sources)
     store = await anyio.to_thread.run_sync(open_store)
     try:

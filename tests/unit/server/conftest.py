@@ -174,6 +174,7 @@ class FakePlugins:
 
     def __init__(self) -> None:
         self.sources: tuple[Any, ...] = ()
+        self.backends = {"parrot": FakeBackend()}
 
     def backend(self, name: str) -> FakeBackend:
         if name not in ("parrot", "polly"):
