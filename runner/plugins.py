@@ -136,6 +136,8 @@ class Plugins:
         self._rows: dict[str, PluginRow] = {}
         self._backends: dict[str, Backend] = {}
         self._sources: dict[str, Source] = {}
+        #: Entry points of backends: a name goes before anybody's alias, whoever is loaded first.
+        self._names = {entry.name for entry in _entry_points(BACKENDS)}
         if settings.trace_hooks:
             self._manager.add_hookcall_monitoring(_trace_before, _trace_after)
 
@@ -262,10 +264,15 @@ class Plugins:
             info.options()
         except TypeError as exc:
             raise PluginLoadFailed(f"its options need a default for every field: {exc}") from exc
-        for alias in (name, *info.aliases):
-            for other in self._backends.values():
-                if alias == other.info.name or alias in other.info.aliases:
-                    raise PluginDuplicate(f"the name {alias} is taken by backend {other.info.name}")
+        for alias in info.aliases:
+            taken = alias in self._names - {name}
+            owners = (
+                [alias]
+                if taken
+                else [n for n, b in self._backends.items() if alias in b.info.aliases]
+            )
+            if owners:
+                raise PluginDuplicate(f"the name {alias} is taken by backend {owners[0]}")
 
     def _collect_sources(self) -> None:
         for key, plugin in self._manager.list_name_plugin():

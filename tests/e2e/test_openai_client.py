@@ -62,7 +62,9 @@ def test_a_stream_joins_to_the_same_text_and_reports_usage(client: openai.OpenAI
     chunks = list(ask(stream=True, stream_options={"include_usage": True}))  # type: ignore[call-overload]
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
     assert text == whole.choices[0].message.content  # type: ignore[attr-defined]
-    assert chunks[-1].usage == whole.usage  # type: ignore[attr-defined]
+    # How much of a prompt was cached depends on who asked before.
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens  # type: ignore[attr-defined]
+    assert chunks[-1].usage.completion_tokens == 24
     assert sum(1 for c in chunks if c.choices and c.choices[0].finish_reason) == 1
     assert len(chunks) > 5
 
