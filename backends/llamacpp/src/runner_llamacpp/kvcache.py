@@ -119,17 +119,15 @@ class KvCache:
                 return self._take_over(donor, self._usable(donor, n_common), n_prompt)
             # Not to be the one that is given up for the new one's id.
             self._idle[donor.seq_id] = self._idle.pop(donor.seq_id)
-        # Every idle cell slows the others down: the one that finished last was kept for its next
-        # turn, and this is another conversation.
-        while self._idle and self._n_idle > (self._most_idle or 0):
-            if not self._evict_other_than(donor):
-                break
         if not self._free_ids:
             self.evict_one()
         resident = Resident(self._free_ids.pop(), n_prompt)
         self._running[resident.seq_id] = resident
         if donor is not None:
             self._share(donor, resident, self._usable(donor, n_common))
+        # Every idle cell slows the others down, and so does every gap below it: the sequence that
+        # finished last was kept for its next turn, and this is another conversation.
+        self._trim(keep=0)
         return resident
 
     def improve(self, resident: Resident, tokens: array[int]) -> int:
@@ -168,8 +166,7 @@ class KvCache:
         self._ledger.park(resident.cells)
         del self._running[resident.seq_id]
         self._idle[resident.seq_id] = resident
-        while len(self._idle) > 1 and self._n_idle > self._most_idle:
-            self.evict_one()
+        self._trim(keep=1)
 
     def drop(self, resident: Resident) -> None:
         """Forget a running sequence and free what only it holds."""
@@ -187,12 +184,10 @@ class KvCache:
     def _n_idle(self) -> int:
         return self._ledger.n_cells - self._ledger.n_free - self._ledger.n_running
 
-    def _evict_other_than(self, donor: Resident | None) -> bool:
-        for seq_id, resident in self._idle.items():
-            if resident is not donor:
-                self._forget(self._idle.pop(seq_id), is_running=False)
-                return True
-        return False
+    def _trim(self, *, keep: int) -> None:
+        """Give up idle sequences, all but the last ``keep``, until few enough cells are idle."""
+        while len(self._idle) > keep and self._n_idle > (self._most_idle or 0):
+            self.evict_one()
 
     def _forget(self, resident: Resident, *, is_running: bool) -> None:
         self._memory.remove(resident.seq_id)
