@@ -1,8 +1,9 @@
 """The engine of generating models: continuous batching over one unified KV cache.
 
 A step first gives every decoding sequence its next token, in one call of llama.cpp, and then
-evaluates a chunk of one prompt in a second one. Two calls, because a prompt that shares a call with
-others gets other rounding errors: apart, an answer depends less on who else is being served.
+evaluates a chunk of one prompt in another, or of several while they are short. Calls of their own,
+because a prompt that shares a call gets other rounding errors: apart, an answer depends less on who
+else is being served.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from runner.api import (
 )
 from runner_llamacpp.batch import Batch
 from runner_llamacpp.logprobs import token_logprob
-from runner_llamacpp.pace import Pace
+from runner_llamacpp.pace import BUSY_STEP_S, Pace
 from runner_llamacpp.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class GenerationEngine(Engine):
         """Admit who fits; one token for each that decodes; a chunk of one prompt."""
         self._schedule.admit()
         n_decoded = self._decode()
-        self._evaluate_prompt(n_decoded=n_decoded)
+        self._evaluate_prompts(n_decoded=n_decoded)
         events, self._events = self._events, []
         return Step(events=events, has_work=bool(self._schedule.running or self._schedule.waiting))
 
@@ -139,11 +140,21 @@ class GenerationEngine(Engine):
             self._pace.saw_decode(time.perf_counter() - started)
         return len(sequences)
 
-    def _evaluate_prompt(self, *, n_decoded: int) -> None:
-        """A chunk of one prompt."""
+    def _evaluate_prompts(self, *, n_decoded: int) -> None:
+        """A chunk of one prompt; of more, each in a call of its own, while they are short."""
+        started = before = time.perf_counter()
+        while self._evaluate_prompt(n_decoded=n_decoded):
+            now = time.perf_counter()
+            # Would another one like the last be in time?
+            if (now - started) + (now - before) > BUSY_STEP_S:
+                return
+            before = now
+
+    def _evaluate_prompt(self, *, n_decoded: int) -> bool:
+        """A chunk of one prompt; False when there was none, or no room for it."""
         sequence = self._schedule.next_prompt()
         if sequence is None:
-            return
+            return False
         self._begin(sequence)
         start, n_left = len(sequence.kept), sequence.n_left
         n = self._pace.chunk(start, n_left, is_busy=n_decoded > 0)
@@ -153,7 +164,7 @@ class GenerationEngine(Engine):
         if not self._cache.make_free(n) or n == 0:
             if n_decoded == 0 and not self._schedule.pause_youngest():
                 self._fail(sequence.job, "its KV cache is full")
-            return
+            return False
         tokens = sequence.tokens[start : start + n]
         is_whole = n == n_left
         output = "all" if sequence.pooling is not None else "last" if is_whole else "none"
@@ -166,6 +177,8 @@ class GenerationEngine(Engine):
                 self._pool(sequence, sequence.pooling, n, is_whole=is_whole)
             elif is_whole:
                 self._sample(sequence, n - 1)
+            return True
+        return False
 
     def _begin(self, sequence: Sequence) -> None:
         """Before the first tokens of a sequence that has become resident are evaluated."""
