@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections import Counter
@@ -58,11 +59,10 @@ class Client:
             "POST", f"{self._url}/v1/chat/completions", json=body, timeout=120
         ) as answer:
             lines = [line for line in answer.iter_lines() if line]
-        if answer.status_code != 200:
-            return str(answer.status_code)
-        if lines[-1] == "data: [DONE]":
+        if answer.status_code == 200 and lines[-1] == "data: [DONE]":
             return "ok"
-        return next(code for code in ALLOWED if code in lines[-1])
+        # The error envelope: the whole body before the first event, the last line after it.
+        return str(json.loads(lines[-1].removeprefix("data: "))["error"]["code"])
 
     def leave(self) -> str:
         body = self._body(stream=True, max_tokens=500)
