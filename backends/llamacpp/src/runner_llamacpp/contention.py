@@ -3,7 +3,7 @@
 llama.cpp's threads meet at a barrier many times per token, and spin there. When one of them has no
 processor, the others burn theirs waiting for it: beside a single busy process, or a second engine,
 two threads on two processors were measured at 1 to 3 tokens per second where one thread alone
-reaches 70. So the time our threads wait for a processor is watched, and a thread given up when it
+reaches 50. So the time our threads wait for a processor is watched, and a thread given up when it
 is long; the processors' idle time tells when to take it back.
 """
 
